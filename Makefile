@@ -6,7 +6,7 @@ GPU_PYTHON ?= $(PYTHON)
 MODEL := models/SmolLM2-135M-Instruct
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: help setup fix check docs test test-all tutorials interop faults audit-deps fuzz soak coverage speed gpu quickstart wheel clean
+.PHONY: help setup fix check docs test test-all extended tutorials interop faults audit-deps fuzz soak coverage speed gpu quickstart wheel clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,7 +45,10 @@ test: $(VENV)/.installed ## run the fast tests in two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-all: $(VENV)/.installed $(MODEL)/model.safetensors ## run all tests except those of the targets below
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not tutorials and not simulations and not (slow and interop)" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not faults and not tutorials and not simulations and not extended and not (slow and interop)" -n 2 --dist loadfile
+
+extended: $(VENV)/.installed $(MODEL)/model.safetensors ## run slow tests of rarely changed parts (four minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m extended
 
 tutorials: $(VENV)/.installed $(MODEL)/model.safetensors ## run the code of the tutorials as written (eight minutes)
 	$(BIN)/python -m pytest -q -m tutorials

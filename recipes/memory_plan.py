@@ -307,7 +307,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="8b", help="for models without a file")
-    parser.add_argument("--model-config", help="folder or Hub id of a decoder with config.json, instead of --shape")
+    parser.add_argument("--model-config", help="folder or Hub id of a model with config.json, instead of --shape")
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8192, help="in a micro-batch on each GPU")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a sequence, for the cost of attention")

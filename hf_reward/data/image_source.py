@@ -193,7 +193,7 @@ def _downloaded(url: str) -> str:
     """Return the file of an image in the cache of `datasets`."""
     if os.environ.get(ALLOW_URLS) != "1":
         raise image_error(f"an image must not be a URL, unless the environment variable {ALLOW_URLS} is 1", url)
-    if not re.match("https?://", url):
+    if not re.match("https?://", url, re.IGNORECASE):
         raise image_error("the URL of an image must start with https:// or http://", url)
     try:
         return str(DownloadManager().download(url))

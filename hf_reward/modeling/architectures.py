@@ -81,11 +81,12 @@ def _load_renamed_head(classifier: str, model_type: str) -> None:
 
 
 def save_head_for_servers(model: PreTrainedModel) -> None:
-    """Let a loaded model save its head with the name that vLLM expects, in place. Most architectures have only one."""
-    if model.config.model_type in _HEAD_IN_LANGUAGE_MODEL:
+    """Let a model save its head with the name that vLLM expects, in place. Most architectures have only one name."""
+    used = getattr(model, "_weight_conversions", None)  # none if the model was not loaded: then all are used
+    if model.config.model_type in _HEAD_IN_LANGUAGE_MODEL and used is not None:
+        others = [each for each in used if each.target_patterns != ["score"]]
         loaded: Any = model
-        used = [each for each in loaded._weight_conversions if each.target_patterns != ["score"]]
-        loaded._weight_conversions = [_renamed_head(), *used]  # transformers keeps only those that occurred in the file
+        loaded._weight_conversions = [_renamed_head(), *others]  # transformers keeps only those of the loaded file
 
 
 def _renamed_head() -> WeightRenaming:

@@ -26,7 +26,7 @@ from transformers.modeling_utils import (  # used by `from_pretrained` itself
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from hf_reward.modeling.adapters import add_adapter, as_publishable
-from hf_reward.modeling.architectures import classifier_class, save_head_for_servers
+from hf_reward.modeling.architectures import classifier_class
 from hf_reward.modeling.checkpoint_record import CheckpointRecord, adapter_base, drift
 from hf_reward.modeling.custom_code import custom_classifier, require_trust
 from hf_reward.modeling.head_ensemble import HEADS_FILE, heads_file
@@ -38,6 +38,7 @@ from hf_reward.modeling.reward_head import (
     RewardModel,
     as_reward_model,
     freeze_all_but_head,
+    has_vision,
     head_modules,
     in_head,
     is_decoder,
@@ -116,6 +117,9 @@ class AutoModelForRewardScoring:
         kwargs.setdefault("use_safetensors", None if allow_pickle or gguf_file is not None else True)
         loading: dict[str, Any] = {**kwargs, "dtype": dtype} | ({} if gguf_file is None else {"gguf_file": gguf_file})
         model = _load(name, str(name_or_path), is_trainable, peft_config is not None, **loading)
+        bare: Any = unwrap_model(model)
+        if has_vision(bare):
+            bare.processor_place = (name, hub_options(kwargs))
         _check_rewards(name, model, record, verify=verify, **kwargs)
         if freeze_backbone:
             freeze_all_but_head(model)
@@ -299,7 +303,6 @@ def _load_classifier(
     if dequantize:
         model = _dequantized(model)
     as_reward_model(model)
-    save_head_for_servers(model)
     if is_decoder(model) and any(key.startswith("score.") for key in report.missing):
         zero_head(model)
     tokenizer = load_tokenizer(tokenizer_name_or_path, name, **kwargs)

@@ -166,6 +166,9 @@ def _check_probes(probes: dict[str, Any]) -> None:
         [int(word) for word in probe["input_ids"].split()]
     if names and not probes["rewards"]:
         raise ValueError("probes without rewards")
+    if "images" in probes:
+        _ = probes["images"]["processor"], [probe["messages"] for probe in probes["images"]["conversations"]]
+        _check_probes({name: value for name, value in probes["images"].items() if name != "images"})
     for dtype, rewards in probes.get("rewards", {}).items():
         if len(rewards) != len(names) or not all(isinstance(reward, float | int | None) for reward in rewards):
             raise ValueError(f"{len(names)} probes have {len(rewards)} rewards in {dtype}, or some are not numbers")

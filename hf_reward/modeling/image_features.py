@@ -33,6 +33,8 @@ class ReadsImages(ReadsLastToken):
 
     feature_store: "ImageFeatureStore | None" = None
     """Stored features, for a frozen vision tower."""
+    processor_place: tuple[str, dict[str, Any]] | None = None
+    """Folder or Hub id from which the model or its adapter was loaded, with Hub options."""
 
     def backbone_outputs(
         self,

@@ -19,8 +19,7 @@ from hf_reward.data.preference_row import Message
 from hf_reward.data.score_request import request_from_messages
 from hf_reward.modeling.end_tokens import logits_of
 from hf_reward.modeling.probe_texts import OTHER_PICTURE, PICTURE
-from hf_reward.modeling.probes import evaluating, finite, without_tf32
-from hf_reward.modeling.reward_head import unwrap_model
+from hf_reward.modeling.probes import classifier_of, evaluating, finite, without_tf32
 from hf_reward.preprocessing.image_inputs import ImageBatch, ImageProcessing
 from hf_reward.preprocessing.response_encoding import CONVERSATIONS, EncodedResponse, ResponseEncoder
 from hf_reward.preprocessing.tokenization import FormatRule
@@ -159,7 +158,7 @@ def _rewards(
 @contextmanager
 def _without_store(model: nn.Module) -> Iterator[None]:
     """Compute features in the precision of the block, instead of loading those of a run."""
-    bare: Any = unwrap_model(model)
+    bare: Any = classifier_of(model)
     store, bare.feature_store = bare.feature_store, None
     try:
         yield

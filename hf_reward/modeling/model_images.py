@@ -5,33 +5,62 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_reward.modeling.model_place import hub_options, resolve_model
 from hf_reward.modeling.reward_head import RewardModel, has_vision, unwrap_model
+from hf_reward.preprocessing.processor_files import processor_files
 
 logger = logging.getLogger(__name__)
 
 
-def load_images(model: RewardModel, tokenizer: PreTrainedTokenizerBase, name: str | None = None, **options: Any) -> Any:
-    """Return the `ImageProcessing` of a vision-language model; None for a text model, or without its files.
+def load_images(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the `ImageProcessing` of a vision-language model; None for a text model, or if it cannot be loaded.
 
     Args:
         model: The loaded model.
         tokenizer: Its tokenizer.
-        name: Folder or Hub id with the files of the processor, by default that of the model or of an adapter's base.
-        **options: Options with which the model was loaded.
 
     Returns:
-        The image part of the processor. Without it, images are refused.
+        The image part of the processor in the folder or repository of the model, or of an adapter's base. Without it,
+        images are refused.
     """
     bare = unwrap_model(model)
-    name = name or bare.name_or_path
-    if not has_vision(bare) or not name:
+    if not has_vision(bare):
         return None
-    from hf_reward.preprocessing.image_processor import load_image_processing  # noqa: PLC0415 - not for text models
-
-    name, options = resolve_model(name, **options)
+    name, options = _place(bare)
     try:
-        return load_image_processing(name, bare.config, tokenizer, **hub_options(options))
-    except (OSError, ValueError, ImportError) as error:  # texts can still be used
-        logger.warning("Images are refused, because the image processor of %s cannot be loaded: %s", name, error)
-        return None
+        from hf_reward.preprocessing.image_processor import load_image_processing  # noqa: PLC0415 - not for text models
+
+        return load_image_processing(name, bare.config, tokenizer, **options)
+    except ImportError as error:  # texts can still be used
+        problem = f"{error}. Install it with `pip install 'hf_reward[images]'`"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    logger.warning("Images are refused, because the image processor of %s cannot be loaded: %s", name, problem)
+    return None
+
+
+def copied_processor(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """Return the files of a vision-language model's processor, which belong into each copy of the model.
+
+    Args:
+        model: The loaded model.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Contents by name; empty for a text model.
+    """
+    bare = unwrap_model(model)
+    if not has_vision(bare):
+        return {}
+    images = load_images(model, tokenizer)
+    if images is not None:
+        return images.files
+    name, options = _place(bare)
+    return processor_files(name, **options) if name else {}
+
+
+def _place(bare: Any) -> tuple[str, dict[str, Any]]:
+    """Return name and Hub options of the processor's files: those of the loaded folder, or of an adapter's base."""
+    loaded = getattr(bare, "processor_place", None)
+    if loaded is not None and processor_files(loaded[0], **loaded[1]):
+        return loaded
+    return str(bare.name_or_path or ""), {}

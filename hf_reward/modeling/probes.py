@@ -226,7 +226,7 @@ def probe_record(
         are the same in left-padded batches; None without float32 rewards), `device`, `weights_cast` if weights were
         rounded before use, and `images`, the result of `image_probe_record`.
     """
-    bare: Any = _classifier_of(model)
+    bare: Any = classifier_of(model)
     rule = rule or FormatRule(max_length=None)
     limit = longest_sequence(bare, rule.max_length)
     if probes is None:
@@ -276,7 +276,7 @@ def probe_rewards(
         One reward per probe.
     """
     device = next(model.parameters()).device
-    pad = _classifier_of(model).config.get_text_config().pad_token_id or 0
+    pad = classifier_of(model).config.get_text_config().pad_token_id or 0
     batches = [[probe] for probe in probes]
     if left is not None:  # the longest probe is scored separately, to avoid excessive padding
         parts = ([probe for probe in probes if (probe.name == LONGEST) == longest] for longest in (False, True))
@@ -313,7 +313,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _classifier_of(model: nn.Module) -> Any:
+def classifier_of(model: nn.Module) -> Any:
     """Return the classifier without wrappers. DeepSpeed's wrapper has another `config`."""
     return unwrap_model(extract_model_from_parallel(model, keep_torch_compile=False))
 

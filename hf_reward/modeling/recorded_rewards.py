@@ -1,6 +1,8 @@
 """Loaded model and its record -> rewards of the recorded probes, which must equal the recorded rewards."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,57 +48,68 @@ def require_recorded_rewards(
             "them. Save the model again with `hf-reward export`."
         )
     unquantized = bool(record.quantization) and not quantized
-    dtype = str(weight_dtype(unwrap_model(model))).removeprefix("torch.")
-    recorded = record.probes["rewards"]
-    expected = recorded.get(dtype) or next(iter(recorded.values()))
     try:
         probes = read_probes(record.probes["conversations"], tokenizer)
     except ValueError as error:
         raise ValueError(f"The recorded probes of {name} can no longer be formatted: {error}") from error
     found = probe_rewards(model, probes)
-    device = next(model.parameters()).device.type
-    wrong = differing(expected, found, _allowed(record, dtype, device, unquantized=unquantized))
-    if wrong:
-        first = wrong[0]
+    if difference := _difference(record, record.probes, model, found, unquantized=unquantized):
         remedy = (
             "Pass the `quantization_config` of the training."
             if unquantized
             else "Run `hf-reward verify` to find the cause."
         )
-        raise ValueError(
-            f"{name} does not give its recorded rewards: {found[first]} instead of {expected[first]} for the probe "
-            f"{probes[first].name!r}, and {len(wrong)} of {len(probes)} probes differ. {remedy}"
-        )
-    if record.probes.get("images"):
-        _require_recorded_image_rewards(name, model, tokenizer, record, dtype, unquantized=unquantized)
+        raise ValueError(f"{name} does not give its recorded rewards: {difference}. {remedy}")
+    _require_recorded_pictures(name, model, tokenizer, record, unquantized=unquantized)
     return found
 
 
-def _require_recorded_image_rewards(
+def _require_recorded_pictures(
     name: str | Path,
     model: RewardModel,
     tokenizer: PreTrainedTokenizerBase,
     record: CheckpointRecord,
-    dtype: str,
     *,
     unquantized: bool,
 ) -> None:
     """Compare the rewards of pictures, unless the image processor is missing or has another implementation."""
-    recorded, images = record.probes["images"], load_images(model, tokenizer)
+    recorded = record.probes.get("images")
+    if not recorded or not recorded["conversations"]:
+        return
+    images = load_images(model, tokenizer)
     if images is None or images.implementation != recorded["processor"]:
         return
     from hf_reward.modeling.image_probes import image_probe_rewards  # noqa: PLC0415 - not for text models
 
-    expected = recorded["rewards"].get(dtype) or next(iter(recorded["rewards"].values()))
     found = image_probe_rewards(model, images, recorded["conversations"])
-    device = next(model.parameters()).device.type
-    if wrong := differing(expected, found, _allowed(record, dtype, device, unquantized=unquantized)):
-        first = wrong[0]
+    if difference := _difference(record, recorded, model, found, unquantized=unquantized):
         raise ValueError(
-            f"{name} does not give its recorded rewards for images: {found[first]} instead of {expected[first]} for "
-            f"{recorded['conversations'][first]['name']!r}, although those of texts are right. The vision tower or the "
-            "settings of the image processor have changed. Copy the model again from its source."
+            f"{name} does not give its recorded rewards for images, although those for texts are right: {difference}. "
+            "The vision tower, the image processor or the chat template has changed. Copy the model again from its "
+            "source."
         )
+
+
+def _difference(
+    record: CheckpointRecord,
+    recorded: Mapping[str, Any],
+    model: RewardModel,
+    found: Sequence[float | None],
+    *,
+    unquantized: bool,
+) -> str:
+    """Compare rewards with recorded ones (`conversations` and `rewards`); describe the first difference."""
+    dtype = str(weight_dtype(unwrap_model(model))).removeprefix("torch.")
+    expected = recorded["rewards"].get(dtype) or next(iter(recorded["rewards"].values()))
+    device = next(model.parameters()).device.type
+    wrong = differing(expected, found, _allowed(record, dtype, device, unquantized=unquantized))
+    if not wrong:
+        return ""
+    first = wrong[0]
+    return (
+        f"{found[first]} instead of {expected[first]} for the probe {recorded['conversations'][first]['name']!r}, and "
+        f"{len(wrong)} of {len(found)} probes differ"
+    )
 
 
 def _allowed(record: CheckpointRecord, dtype: str, device: str, *, unquantized: bool) -> float:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 import hf_reward
-from hf_reward.modeling.architectures import classifier_class
+from hf_reward.modeling.architectures import classifier_class, save_head_for_servers
 from hf_reward.modeling.custom_code import is_custom, save_config_code, saving_code
 from hf_reward.modeling.sharding import gathered_parameters
 
@@ -226,6 +226,7 @@ def as_reward_model(model: PreTrainedModel) -> PreTrainedModel:
             layer.__class__ = Float32Linear
             layer.float()
     set_regression(model.config)
+    save_head_for_servers(model)
     model.config.architectures = [type(model).__name__]  # until here the name of the language model
     if not isinstance(model, RewardClassifier):
         save_config_code(model.config)

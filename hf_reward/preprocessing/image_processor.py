@@ -1,17 +1,16 @@
 """Folder of a vision-language model -> its `ImageProcessing`."""
 
 import inspect
-from pathlib import Path
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils.hub import cached_file
 
 from hf_reward.preprocessing.image_inputs import ImageProcessing
+from hf_reward.preprocessing.processor_files import processor_files
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""Files of a processor besides those of its tokenizer. A saved model has copies of them."""
 _PARTS = ("image_processor", "tokenizer")
 
 
@@ -48,7 +47,7 @@ def load_image_processing(
         options["video_processor"] = None
     image_processor = AutoImageProcessor.from_pretrained(name, **hub)
     processor = _without_videos(cls)(image_processor=image_processor, tokenizer=tokenizer, **options)
-    return ImageProcessing(processor, processor_files(name, **hub))
+    return ImageProcessing(processor, _with_class(processor_files(name, **hub), cls.__name__))
 
 
 def _without_videos(cls: Any) -> Any:
@@ -59,8 +58,10 @@ def _without_videos(cls: Any) -> Any:
     )
 
 
-def processor_files(name: str, **hub: Any) -> dict[str, bytes]:
-    """Return the contents of the processor's files in a folder or repository, by name."""
-    options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **hub}
-    found = {file: cached_file(name, file, **options) for file in PROCESSOR_FILES}
-    return {file: Path(path).read_bytes() for file, path in found.items() if path is not None}
+def _with_class(files: Mapping[str, bytes], name: str) -> dict[str, bytes]:
+    """Return files that name the processor's class, which `AutoProcessor` needs in the folder of an adapter."""
+    if any("processor_class" in json.loads(content) for content in files.values()):
+        return dict(files)
+    content = json.loads(files.get("processor_config.json", b"{}"))
+    named = json.dumps({**content, "processor_class": name}, indent=2) + "\n"
+    return {**files, "processor_config.json": named.encode()}

@@ -140,8 +140,8 @@ def _vllm_with_images(kind: str) -> Verdict:
         "LlavaOnevision": f"{options}. It processes each of several images as if it were the only one: other rewards",
     }
     if kind == "Gemma3":
-        return Verdict("vLLM", CANNOT, "vLLM 0.32 ends with an error for the classifier with images")
-    return Verdict("vLLM", WITH_OPTION if kind in notes else SAME, notes.get(kind, options))
+        return Verdict("vLLM", CANNOT, "vLLM 0.32 fails to load its classifier")
+    return Verdict("vLLM", OTHER if kind in notes else SAME, notes.get(kind, options))
 
 
 def _sglang(kind: str) -> Verdict:
@@ -197,7 +197,7 @@ def _open_rlhf(is_decoder: bool, is_stock: bool) -> Verdict:
 
 
 def _best(*verdicts: Verdict) -> str:
-    order = (SAME, WITH_OPTION, SHIFTED, CANNOT)
+    order = (SAME, WITH_OPTION, SHIFTED, OTHER, CANNOT)
     return min((verdict.outcome for verdict in verdicts), key=order.index)
 
 
@@ -214,10 +214,11 @@ def compatibility_of_folder(folder: str | Path) -> list[Verdict] | None:
     return compatibility_of_config(config, is_stock=has_stock_class(config), is_decoder=decoder)
 
 
-def why_unserved(config: Any) -> str:
+def why_unserved(config: Any, verdicts: list[Verdict]) -> str:
     """Return why no server loads a model, with the remedy."""
+    reasons = "; ".join(f"{each.program}: {each.note}" for each in verdicts if each.program in SERVERS)
     return (
-        f"No server (vLLM, SGLang, TEI) can load {(config.architectures or ['?'])[0]}: they require a decoder with a "
-        "`score` head, or an encoder architecture that they support. Train another backbone, or export for "
-        "transformers only with `allow_unserved=True` (`--allow-unserved`)."
+        f"No server (vLLM, SGLang, TEI) can load {(config.architectures or ['?'])[0]} ({reasons}). Train another "
+        "backbone, or export it for transformers and `hf-reward serve` only, with `allow_unserved=True` "
+        "(`--allow-unserved`)."
     )

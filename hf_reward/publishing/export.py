@@ -261,7 +261,7 @@ def write_verified(
         own_code=is_custom(type(config)),
     )
     if not (can_be_served(verdicts) or rule.allow_unserved):
-        raise ValueError(why_unserved(config))
+        raise ValueError(why_unserved(config, verdicts))
     saved = _cast(saved, rule)
     if saved.changes.differences:
         saved.record.origin = {**saved.record.origin, "differences": saved.changes.differences}

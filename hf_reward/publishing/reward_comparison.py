@@ -10,6 +10,7 @@ from hf_reward.modeling.probe_texts import OTHER_PICTURE, PICTURE
 from hf_reward.modeling.probes import COARSE_TOLERANCE, HALF_TOLERANCE, differing, relative_differences, tolerance
 from hf_reward.publishing.verification import Check
 
+IMAGES = "with images"
 _WAY_NAMES = {
     "alone": "each alone",
     "right": "padded on the right",
@@ -49,13 +50,15 @@ def _check_pictures(record: CheckpointRecord, recorded: dict[str, Any], found: d
 
     Another implementation of the image processor rounds pixels differently, so rewards are reported only.
     """
+    if "problem" in found:
+        return [Check(name="images", passed=False, detail=f"not checked: {found['problem']}")]
     conversations, is_same = recorded["conversations"], found["processor"] == recorded["processor"]
     ids = _check_ids(conversations, found["input_ids"])
     return [
         replace(ids, name="token ids, images"),
         *(
             _check(
-                f"rewards, {dtype}, with images",
+                f"rewards, {dtype}, {IMAGES}",
                 conversations,
                 recorded["rewards"][dtype],
                 rewards,
@@ -128,7 +131,7 @@ def half_precision_notes(checks: list[Check]) -> list[str]:
     for check in checks:
         if check.name.startswith("rewards, ") and check.difference is not None and check.allowed is None:
             dtype = check.name.split(", ")[1]
-            if dtype == "float32":  # pictures of another image processor
+            if check.name.endswith(IMAGES):  # may have another image processor
                 continue
             found[dtype] = max(check.difference, found.get(dtype, 0.0))
     return [
@@ -149,8 +152,12 @@ def picture_notes(record: CheckpointRecord, found: dict[str, Any]) -> list[str]:
     Returns:
         The notes; none for a text model.
     """
-    recorded = record.probes.get("images") or {"conversations": []}
+    recorded = record.probes.get("images")
+    if not recorded:
+        return []
     if not recorded["conversations"]:
+        return ["Images were not checked: no picture was within the length limit when the model was saved."]
+    if "problem" in found["images"]:
         return []
     here, rewards = found["images"]["processor"], next(iter(found["images"]["rewards"].values()))
     names = [probe["name"] for probe in recorded["conversations"]]

@@ -16,12 +16,12 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
 from hf_reward.modeling.custom_code import require_trust
 from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.head_ensemble import with_saved_heads
-from hf_reward.modeling.model_images import load_images
+from hf_reward.modeling.model_images import copied_processor, load_images
 from hf_reward.modeling.model_tokenizer import load_tokenizer, match_pad_token
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import Probe, format_probes, probe_record, probe_rewards, relative_differences
 from hf_reward.modeling.recorded_rewards import require_recorded_rewards
-from hf_reward.modeling.reward_head import RewardModel, has_vision, output_layers, unwrap_model
+from hf_reward.modeling.reward_head import RewardModel, output_layers, unwrap_model
 from hf_reward.preprocessing.tokenizer import prepare_tokenizer
 
 
@@ -70,13 +70,8 @@ class SavedModel:
         return result
 
     def write_processor(self, folder: Path) -> None:
-        """Copy the files of an image processor from the folder of the model, or of its adapter's base."""
-        bare = unwrap_model(self.model)
-        if not has_vision(bare) or not bare.name_or_path:
-            return
-        from hf_reward.preprocessing.image_processor import processor_files  # noqa: PLC0415 - not for text models
-
-        for name, content in processor_files(bare.name_or_path).items():
+        """Write the files of an image processor, if the model is a vision-language model."""
+        for name, content in copied_processor(self.model, self.tokenizer).items():
             (folder / name).write_bytes(content)
 
     @property
@@ -120,6 +115,8 @@ class SavedModel:
             A new record.
         """
         current = describe(self.model, self.tokenizer, probes=self.scored(half))
+        if "images" in self.record.probes and "images" not in current.probes:
+            self.changes.notes.append("Rewards of pictures are no longer recorded: the image processor was not loaded.")
         facts = (
             *("reads", "reward_heads", "pad_token_id", "template_hash", "tokenizer_hash", "dtype", "probes"),
             *("quantization", "versions"),

@@ -56,10 +56,10 @@ def main(argv: list[str]) -> None:
             way: score(model.eval(), tokenizer, texts[:longest], way) + score(model, tokenizer, texts[longest:], way)
             for way in options.ways
         }
-        if pictures:
-            processor = processor_of(folder, model if options.with_hf_reward else None)
-            found = score_pictures(model, processor, pictures["conversations"])
-            result.setdefault("images", {"rewards": {}})["rewards"][dtype] = found.pop("rewards")
+        if pictures and pictures["conversations"]:
+            own = model if options.with_hf_reward else None
+            found = checked_pictures(folder, model, own, pictures["conversations"])
+            result.setdefault("images", {"rewards": {}})["rewards"][dtype] = found.pop("rewards", [])
             result["images"] |= found
         del model
     print(json.dumps(result))  # noqa: T201 - the output of this program
@@ -181,6 +181,14 @@ def processor_of(folder: Path, model: Any = None) -> Any:
     from hf_reward.preprocessing.image_processor import load_image_processing  # noqa: PLC0415
 
     return load_image_processing(str(folder), model.config, AutoTokenizer.from_pretrained(folder)).processor
+
+
+def checked_pictures(folder: Path, model: Any, own: Any, conversations: list[dict[str, Any]]) -> dict[str, Any]:
+    """Score conversations with pictures, or return the reason why that is not possible as `problem`."""
+    try:
+        return score_pictures(model, processor_of(folder, own), conversations)
+    except Exception as error:  # a missing library, file or class; texts are checked anyway
+        return {"problem": f"{type(error).__name__}: {error}"}
 
 
 @torch.no_grad()

@@ -76,9 +76,10 @@ def verify_checkpoint(
     recorded = _recorded_rewards(record, dtypes)
     with_hf_reward = needs_hf_reward(folder, base_model)
     checks = [*_check_finite(files), *_check_config(target), _check_tokenizer(target), _check_scorer(target)]
-    lost = sum(value is None for value in next(iter(recorded.values())))
-    if lost:
-        detail = f"{lost} of {len(record.probes['conversations'])} were not finite when the model was saved"
+    pictures = record.probes.get("images") or {"rewards": {}}
+    first = [*next(iter(recorded.values())), *next(iter(pictures["rewards"].values()), [])]
+    if lost := sum(value is None for value in first):
+        detail = f"{lost} of {len(first)} were not finite when the model was saved"
         checks.append(Check(name="recorded rewards", passed=False, detail=detail))
     found = run_stock_scoring(
         folder,

@@ -134,11 +134,9 @@ class RemoteReward:
         return [reward for rewards in found for reward in rewards]
 
     async def _batch(self, client: Any, turn: asyncio.Semaphore, batch: Sequence[ScoreRequest]) -> list[float]:
-        body: dict[str, Any] = {"items": [request_item(request) for request in batch], "allow_empty": True}
-        if self.model is not None:
-            body["model"] = self.model
-        async with turn:
-            answer = await self._post(client, json.dumps(body).encode("ascii"))  # lone surrogates stay escapes
+        async with turn:  # the body contains the images, so there are only as many as requests at the same time
+            content = await asyncio.to_thread(self._body, batch)
+            answer = await self._post(client, content)
         rewards = answer.get("rewards") if isinstance(answer, dict) else None
         rows = rewards if isinstance(rewards, list) else []
         if len(rows) != len(batch) or not all(_is_one_reward(row) for row in rows):
@@ -147,6 +145,12 @@ class RemoteReward:
                 f"{str(answer)[:200]}."
             )
         return [float(row[0]) for row in rows]
+
+    def _body(self, batch: Sequence[ScoreRequest]) -> bytes:
+        body: dict[str, Any] = {"items": [request_item(request) for request in batch], "allow_empty": True}
+        if self.model is not None:
+            body["model"] = self.model
+        return json.dumps(body).encode("ascii")  # lone surrogates stay escapes
 
     async def _post(self, client: Any, content: bytes) -> Any:
         """Send a request, and repeat it after temporary failures."""

@@ -91,7 +91,7 @@ class RequestScorer:
         self.name = str(model) if isinstance(model, str | Path) else str(unwrap_model(model).name_or_path or "model")
         if isinstance(model, str | Path):
             model, tokenizer, record = load_for_scoring(str(model), **loading)
-            images = load_images(model, tokenizer, self.name, **loading)
+            images = load_images(model, tokenizer)
         elif loading:
             raise TypeError(
                 f"{', '.join(loading)}: loading options need a folder or Hub id, but the model is loaded already."

@@ -10,7 +10,7 @@ PRIVATE_OVERRIDES = {
     "_save_checkpoint": "the checkpoint is renamed before it is pushed and before older ones are removed",
     "_push_from_checkpoint": "`Trainer` calls it before the checkpoint is complete, and it uploads different files",
     "_load_from_checkpoint": "`Trainer` skips weights that have other names in files than in the model",
-    "_load_best_model": "the same; and the reward heads and the evaluation of the best checkpoint are restored",
+    "_load_best_model": "like `_load_from_checkpoint`; heads and evaluation of the best checkpoint are restored too",
 }
 """Methods that no public hook can replace, with the reason."""
 PRIVATE_CALLS = ("_get_train_sampler", "_prepare_inputs")

@@ -8,6 +8,7 @@ that differ and skips them, so a resumed run would continue with the weights of 
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -46,8 +47,8 @@ def load_renamed(model: nn.Module, folder: Path) -> None:
     """
     bare: Any = model
     loaded, info = classifier_class(bare.config).from_pretrained(
-        folder, num_labels=1, dtype="auto", use_safetensors=True, output_loading_info=True
-    )
+        folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )  # in float32, because another type would round the head
     lost = sorted({*info["missing_keys"], *info["unexpected_keys"]})
     if lost:
         raise ValueError(

@@ -178,7 +178,7 @@ def images_of_run(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizer
         if args.train_vision:
             raise ValueError(
                 f"`{setting('train_vision')}` requires a vision-language model, given by name or loaded, and its image "
-                "processor. Leave it out."
+                "processor. Remove the setting."
             )
         return None
     from hf_reward.training.images import RunImages  # noqa: PLC0415 - not for text models

@@ -475,9 +475,9 @@ class RewardTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_if_renamed(self, folder: Path) -> bool:
-        """Load a checkpoint whose weights have other names than those of the model; return whether it has."""
-        model, gathered = self.model, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if gathered or model is None or not has_other_names(model, folder):
+        """Load a checkpoint if its weights have other names than those of the model; return whether they have."""
+        model, sharded = self.model, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if sharded or model is None or not has_other_names(model, folder):
             return False
         load_renamed(model, folder)
         return True

@@ -160,7 +160,7 @@ def test_scored_rows_are_shown_and_the_next_command_keeps_them(call, saved_llama
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["", "--quiet"])
+@pytest.mark.parametrize("option", ["", pytest.param("--quiet", marks=pytest.mark.extended)])
 def test_a_run_with_redirected_output_has_no_carriage_returns(option, make_model_folder, pairs, tmp_path):
     words = ["--model_name_or_path", make_model_folder("llama"), "--train_data", pairs, "--test_size", 0.25]
     words += ["--output_dir", tmp_path / "run", "--use_cpu", "true", "--report_to", "none", "--max_steps", 3]

@@ -220,7 +220,7 @@ def test_settings_are_checked(wrong):
         RewardMonitor(**wrong)
 
 
-@pytest.mark.slow
+@pytest.mark.simulations  # 20 s
 def test_false_alarms_on_texts():
     alarms = sum(bool(run(RewardMonitor(), 40, seed=seed).drifts) for seed in range(100))
     assert alarms <= 10  # 5% of 100, and two standard errors

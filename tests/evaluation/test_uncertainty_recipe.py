@@ -31,7 +31,8 @@ def run(folder: Path, data: Path, out: Path, *options: str) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-@pytest.mark.simulations  # 47 s
+@pytest.mark.slow
+@pytest.mark.extended  # 47 s
 def test_every_pair_is_scored_once_and_the_shares_add_up(make_model_folder, tmp_path):
     rows = [
         {"prompt": f"Which {n % 6}?", "chosen": f"A good answer {n}.", "rejected": f"No {n * 7 % 5}"} for n in range(24)

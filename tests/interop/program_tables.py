@@ -94,9 +94,9 @@ KINDS: dict[str, tuple[tuple[str, ...], dict[str, bool]]] = {
     "Granite, Cohere (no class in transformers)": (("Granite", "Cohere"), GENERATED),
     "Qwen2-VL, Qwen2.5-VL, Qwen3-VL, InternVL": (
         ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "InternVL"),
-        {**DECODER, "is_stock": False},
+        GENERATED,
     ),
-    "SmolVLM, LLaVA-OneVision": (("SmolVLM", "LlavaOnevision"), {**DECODER, "is_stock": False}),
+    "SmolVLM, LLaVA-OneVision": (("SmolVLM", "LlavaOnevision"), GENERATED),
     "Gemma 3 (images)": (("Gemma3",), DECODER),
     "BERT": (("Bert",), ENCODER),
     "RoBERTa, ModernBERT": (("Roberta", "ModernBert"), ENCODER),

@@ -424,6 +424,7 @@ def gguf_file() -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.extended  # 70 s
 def test_a_gguf_model_is_dequantised_saved_and_reloaded_with_equal_rewards(tmp_path):
     path = gguf_file()
     model = load(path.parent, gguf_file=path.name)

@@ -188,6 +188,7 @@ def test_another_checkout_and_other_settings_are_measured(tmp_path, monkeypatch,
         speed.main()
 
 
+@pytest.mark.extended  # 40 s
 def test_a_measurement_runs_in_a_separate_process_and_can_fail(tmp_path):
     built = training.in_own_process(str(tmp_path), "build", Path(), geometry="tiny", folder=str(tmp_path))
     assert built["parameters"] > 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from forked_stock import ForkedStock
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from saved_models import edit_json, edit_weights, saved_model
-from vision_models import ARCHITECTURES, save_vision_model, save_vision_reward_model
+from vision_models import ARCHITECTURES, encoded, picture, save_vision_model, save_vision_reward_model
 
-from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardScorer
+from hf_reward import AutoModelForRewardScoring, CheckpointRecord, RewardConfig, RewardScorer, RewardTrainer
 from hf_reward.modeling.image_probes import image_conversations
 from hf_reward.publishing.export import export_reward_model
 from hf_reward.publishing.verify import Verification, verify_checkpoint
@@ -41,6 +42,25 @@ def saved(tmp_path: Path, chat_tokenizer: Any) -> Path:
 
 def failed(result: Verification) -> set[str]:
     return {check.name for check in result.failures}
+
+
+def _config(folder: Path, **options: Any) -> RewardConfig:
+    settings: dict[str, Any] = {"max_length": None, "save_strategy": "no", "report_to": "none", "use_cpu": True}
+    settings |= {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 1e-2}
+    return RewardConfig(output_dir=str(folder), **{**settings, **options})
+
+
+def trained_adapter(place: Path, tokenizer: Any, architecture: str) -> Path:
+    source = save_vision_model(place / "base", tokenizer, architecture)
+    rows = [
+        {"image": encoded(picture(number)), "prompt": "Which?", "chosen": f"It is {number}.", "rejected": "No."}
+        for number in range(4)
+    ]
+    adapter = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    trainer = RewardTrainer(str(source), _config(place / "out"), train_dataset=rows, peft_config=adapter)
+    trainer.train()
+    trainer.save_model()
+    return place / "out"
 
 
 def pictures_of(folder: Path) -> dict[str, Any]:
@@ -113,6 +133,68 @@ def test_a_model_that_ignores_pictures_is_noted(saved: Path) -> None:
     assert "Rewards do not depend on the picture" in "".join(verify_checkpoint(saved.parent / "blind").notes)
 
 
+def test_an_adapter_is_checked_with_its_own_processor_and_not_that_of_its_base(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    folder = trained_adapter(tmp_path, chat_tokenizer, "qwen2_vl")
+    RewardScorer.from_pretrained(folder, verify=True)
+    edit_json(folder / "preprocessor_config.json", image_mean=[0.1, 0.1, 0.1])
+    with pytest.raises(ValueError, match="recorded rewards for images"):
+        RewardScorer.from_pretrained(folder, verify=True)
+
+
+def test_pictures_that_cannot_be_processed_fail_a_check_and_texts_are_still_checked(saved: Path) -> None:
+    (saved / "preprocessor_config.json").unlink()
+    (saved / "processor_config.json").unlink()
+    result = verify_checkpoint(saved)
+    assert failed(result) == {"images"}
+    assert "rewards, float32, each alone" in {check.name for check in result.checks}
+    report = export_reward_model(saved, saved.parent / "exported")
+    assert "Rewards of pictures are no longer recorded" in "".join(report.notes)
+
+
+def test_texts_are_scored_without_an_image_library(saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setitem(sys.modules, "hf_reward.preprocessing.image_processor", None)  # as if Pillow were missing
+    scorer = RewardScorer.from_pretrained(saved)
+    assert not scorer.takes_images
+    assert "pip install 'hf_reward[images]'" in caplog.text
+    assert scorer.score(["What is this?"], ["A house."])
+
+
+def test_without_a_picture_within_the_length_limit_a_note_says_so(tmp_path: Path, chat_tokenizer: Any) -> None:
+    source = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_vl")
+    rows = [{"prompt": "Why?", "chosen": f"Yes {number}.", "rejected": "No."} for number in range(4)]
+    trainer = RewardTrainer(str(source), _config(tmp_path / "out", max_length=30), train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    assert pictures_of(tmp_path / "out")["conversations"] == []
+    result = verify_checkpoint(tmp_path / "out")
+    assert result.equal, str(result)
+    assert "Images were not checked" in "".join(result.notes)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Prompts may contain images." in card
+    assert "recorded rewards of images" not in card
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images: images.pop("processor"),
+        lambda images: images.pop("conversations"),
+        lambda images: images["rewards"].clear(),
+        lambda images: images["rewards"]["float32"].pop(),
+        lambda images: images["conversations"][0].pop("messages"),
+        lambda images: images["conversations"][0].update(input_ids="a b"),
+    ],
+)
+def test_a_damaged_record_of_pictures_is_refused(saved: Path, change: Any) -> None:
+    record = json.loads((saved / "reward_config.json").read_text())
+    change(record["probes"]["images"])
+    (saved / "reward_config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="is not a valid record"):
+        verify_checkpoint(saved)
+
+
 def test_without_an_image_processor_only_texts_are_recorded(tmp_path: Path, chat_tokenizer: Any) -> None:
     source = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_vl")
     (source / "preprocessor_config.json").unlink()
@@ -133,20 +215,17 @@ def test_the_head_has_the_name_that_vllm_expects_and_files_with_the_old_name_are
     assert verify_checkpoint(saved).equal
 
 
-def test_an_adapter_is_verified_with_pictures(tmp_path: Path, chat_tokenizer: Any) -> None:
-    from test_image_training import _config, _rows
-
-    from hf_reward import RewardTrainer
-
-    source = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_vl")
-    adapter = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-    config = _config(tmp_path / "out", save_strategy="no", learning_rate=1e-2)
-    trainer = RewardTrainer(str(source), config, train_dataset=_rows(4), peft_config=adapter)
-    trainer.train()
-    trainer.save_model()
-    result = verify_checkpoint(tmp_path / "out")
+@pytest.mark.parametrize("architecture", ["qwen2_vl", "gemma3"])
+def test_an_adapter_is_verified_with_pictures(architecture: str, tmp_path: Path, chat_tokenizer: Any) -> None:
+    result = verify_checkpoint(trained_adapter(tmp_path, chat_tokenizer, architecture))
     assert result.equal, str(result)
     assert IMAGES in {check.name for check in result.checks}
+
+
+def test_the_export_of_a_model_that_only_our_server_loads_says_why(tmp_path: Path, chat_tokenizer: Any) -> None:
+    folder = save_vision_reward_model(tmp_path, chat_tokenizer, "gemma3")
+    with pytest.raises(ValueError, match=r"vLLM 0\.32 fails to load its classifier.*hf-reward serve"):
+        export_reward_model(folder, tmp_path / "exported")
 
 
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "gemma3"])

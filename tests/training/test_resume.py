@@ -142,10 +142,16 @@ def test_auto_starts_resumes_and_skips_incomplete_checkpoints(make_model_folder,
 
 
 @pytest.mark.parametrize(
-    ("config", "max_shard_size"), [(MixtralConfig, "5GB"), (Qwen3MoeConfig, "5GB"), (MixtralConfig, "40KB")]
+    ("config", "max_shard_size", "dtype"),
+    [
+        (MixtralConfig, "5GB", "float32"),
+        (Qwen3MoeConfig, "5GB", "float32"),
+        (MixtralConfig, "40KB", "float32"),
+        (MixtralConfig, "5GB", "bfloat16"),  # the head stays float32
+    ],
 )
 def test_weights_that_have_other_names_in_files_are_resumed_and_restored(
-    config, max_shard_size, chat_tokenizer, chat_pairs, tmp_path, monkeypatch, caplog
+    config, max_shard_size, dtype, chat_tokenizer, chat_pairs, tmp_path, monkeypatch, caplog
 ):
     """transformers saves one tensor for each expert, which `Trainer` would not load."""
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 2}
@@ -160,7 +166,8 @@ def test_weights_that_have_other_names_in_files_are_resumed_and_restored(
     )
 
     def make(name: str, **changes: Any) -> Any:
-        return make_trainer(source, chat_pairs, tmp_path / name, **SAVES, **changes)
+        options = {**SAVES, "model_init_kwargs": {"dtype": dtype}}
+        return make_trainer(source, chat_pairs, tmp_path / name, **options, **changes)
 
     complete = make("complete")
     complete.train()
@@ -169,7 +176,9 @@ def test_weights_that_have_other_names_in_files_are_resumed_and_restored(
     assert "missing keys" not in caplog.text
     trainer.state.best_model_checkpoint = str(tmp_path / "cut" / "checkpoint-1")
     trainer._load_best_model()
-    assert largest_difference(weights(load(tmp_path / "cut" / "checkpoint-1")), weights(trainer.model)) == 0
+    saved = load(tmp_path / "cut" / "checkpoint-1")
+    assert largest_difference(weights(saved), weights(trainer.model)) == 0
+    assert trainer.model.score.weight.dtype == torch.float32
     assert largest_difference(weights(complete.model), weights(trainer.model)) > 0
 
 

@@ -25,6 +25,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
     has_end = _has_written_end(facts, tokens)
     separator = str(facts.record.format.get("separator") or "")
     trust = ", trust_remote_code=True" if own_code else ""
+    pictures = facts.record.probes.get("images") or {"conversations": []}
     quantization = facts.record.quantization  # the adapter was fitted to the quantised weights
     quantized = f", quantization_config={quantization!r}" if quantization else ""
     return {
@@ -39,7 +40,8 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
             + (["tokenizer.eos_token"] if has_end else [])
         ),
         "adapter_code": inspect.getsource(load_adapter),
-        "image_processor": (facts.record.probes.get("images") or {}).get("processor"),
+        "takes_images": "images" in facts.record.probes,
+        "image_processor": pictures["processor"] if pictures["conversations"] else None,
         "image_code": inspect.getsource(with_images),
         "adapter_options": quantized + trust,
         "is_adapter": facts.is_adapter,

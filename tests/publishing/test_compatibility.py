@@ -115,7 +115,7 @@ def test_unsupported_encoders_cannot_be_served(name):
         *("transformers, pipeline", "TRL (reward_funcs)", "sentence-transformers (CrossEncoder)"),
         *("rewardbench", "infinity-emb"),
     }
-    message = why_unserved(config)
+    message = why_unserved(config, verdicts)
     assert name in message
     assert "allow_unserved=True" in message
 

@@ -180,7 +180,8 @@ def count_parameters(config: PretrainedConfig, lora_r: int) -> Counts:
         lora_r: Rank of an adapter on every linear layer of the language model: r x (inputs + outputs) for each.
     """
     model = make_model(config)
-    decoder: Any = model.base_model.get_decoder()
+    base: Any = model.base_model
+    decoder = base.get_decoder()
     linear = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
     head = sum(parameter.numel() for parameter in model.parameters()) - (
         backbone := sum(parameter.numel() for parameter in model.base_model.parameters())
@@ -227,7 +228,8 @@ def kept_bytes(model: PreTrainedModel, tokens: int) -> Iterator[int]:
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     positions, mask = ids, torch.ones(1, 1, 1, 1, dtype=torch.bool, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoder: Any = model.base_model.get_decoder()
+        base: Any = model.base_model
+        decoder = base.get_decoder()
         decoder(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
         yield from (tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
 

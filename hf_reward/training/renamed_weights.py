@@ -46,7 +46,8 @@ def load_renamed(model: nn.Module, folder: Path) -> None:
         ValueError: If the checkpoint lacks a weight of the model.
     """
     bare: Any = model
-    loaded, info = classifier_class(bare.config).from_pretrained(
+    classifier: Any = classifier_class(bare.config)
+    loaded, info = classifier.from_pretrained(
         folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )  # in float32, because another type would round the head
     lost = sorted({*info["missing_keys"], *info["unexpected_keys"]})

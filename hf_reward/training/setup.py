@@ -174,7 +174,7 @@ def prepare_model(
 def images_of_run(model: Any, args: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Return the `RunImages` of a vision-language model, or None if images cannot be used."""
     images = None if model is None else load_images(model, tokenizer)
-    if images is None:
+    if model is None or images is None:
         if args.train_vision:
             raise ValueError(
                 f"`{setting('train_vision')}` requires a vision-language model, given by name or loaded, and its image "

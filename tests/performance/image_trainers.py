@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--own", nargs=2, type=Path, metavar=("MODEL", "ROWS"), help="used by the script itself")
     options = parser.parse_args()
     if options.own:
-        train_own(*options.own, options.steps, options.batch)
+        model, rows = options.own
+        train_own(model, rows, options.steps, options.batch)
         return
     with tempfile.TemporaryDirectory() as place:
         model, rows = Path(place, "model"), Path(place, "rows.jsonl")

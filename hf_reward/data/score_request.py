@@ -113,6 +113,24 @@ def read_request(
     )
 
 
+def refuse_image_columns(columns: Mapping[str, Any]) -> None:
+    """Refuse images in a column of a reward function, which would be scored without them.
+
+    Args:
+        columns: Further arguments of the function.
+
+    Raises:
+        ValueError: If there are images.
+    """
+    for name in ("images", "image"):
+        values = columns.get(name)
+        if values is not None and any(each is not None and each != [] for each in values):
+            raise ValueError(
+                f"A reward function takes images as parts of the prompts' messages, but got the column `{name}`. Put "
+                "the images into the messages, or leave the column out to score without them."
+            )
+
+
 def request_from_messages(
     messages: Any, *, template: Mapping[str, Any] | None = None, local_files: bool = False
 ) -> ScoreRequest:

@@ -36,6 +36,20 @@ def expanded_row(row: PreferenceRow, images: Any, index: int) -> PreferenceRow:
         raise PreferenceFormatError(error.message, index, error.field) from None
 
 
+def image_token_problems(
+    tokenized: Sequence[TokenizedRow], images: Any, indices: Sequence[int] | None
+) -> dict[int, str]:
+    """Return the rows whose texts contain the image token, by place; with `indices`, raise an error for the first."""
+    found: dict[int, str] = {}
+    for place, row in enumerate(tokenized):
+        if problem := images.token_problem(row.input_ids, row.images) if row.input_ids else "":
+            if indices is not None:
+                message = f"{problem[0].upper()}{problem[1:]}, or drop the row."
+                raise PreferenceFormatError(message, indices[place], "images")
+            found[place] = "unreadable (images)"
+    return found
+
+
 def with_image_columns(
     columns: dict[str, list[Any]], tokenized: Sequence[TokenizedRow], images: Any
 ) -> dict[str, list[Any]]:

@@ -109,6 +109,22 @@ class ImageProcessing:
             several=several and "batch_num_images" in inputs,
         )
 
+    def token_problem(self, sequences: Sequence[Sequence[int]], images: Sequence[ExpandedImage]) -> str:
+        """Return why token ids do not fit the images of their row, or an empty text.
+
+        Args:
+            sequences: Token ids of each response.
+            images: The images of the row.
+
+        Returns:
+            A clause; the model would fail, or take an image token without image as an ordinary word.
+        """
+        wanted = sum(image.tokens for image in images)
+        if all(list(ids).count(self.image_token_id) == wanted for ids in sequences):
+            return ""
+        token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return f"the text contains {token!r}, which the model reserves for images; remove it from the text"
+
     def inputs(self, source: ImageSource, *, several: bool = False) -> dict[str, Tensor]:
         """Return the tensors of one image for the model's `get_image_features`."""
         inputs, _ = self._cached(source, several)

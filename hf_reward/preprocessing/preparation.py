@@ -32,7 +32,7 @@ from hf_reward.data.row_locations import FileLines, RowLocations, remembered_fil
 from hf_reward.data.row_remarks import remark_clauses
 from hf_reward.data.sources import RawDataset, Source, as_sources, load_source
 from hf_reward.preprocessing.data_summary import BATCH_SIZE, DataSummary, summarize, summarize_all
-from hf_reward.preprocessing.image_columns import IMAGE_FEATURES, expanded_row, with_image_columns
+from hf_reward.preprocessing.image_columns import IMAGE_FEATURES, expanded_row, image_token_problems, with_image_columns
 from hf_reward.preprocessing.length_balance import SURPLUS, mark_surplus
 from hf_reward.preprocessing.tokenization import FormatRule, TokenizedRow, tokenize_rows
 
@@ -251,6 +251,8 @@ def _prepare_batch(
             row = PreferenceRow(prompt="", responses=["", ""], ranks=[0, 1], token_ids=[[0], [1]])
         rows.append(row)
     tokenized = _tokenize(rows, tokenizer, rule, indices)
+    if rule.images is not None:
+        problems |= image_token_problems(tokenized, rule.images, None if rule.skip_bad_rows else indices)
     for place, result in enumerate(tokenized):
         result.problem = problems.get(place) or result.problem or _unusable_for_loss(rows[place], result, rule)
     columns = _as_columns(rows, tokenized, indices, source["name"])

@@ -231,6 +231,8 @@ class ResponseEncoder:
                 ids.pop()
         if not ids:
             return EncodedResponse(problem="the text has no tokens")
+        if self.images is not None and (problem := self.images.token_problem([ids], tokens.images)):
+            return EncodedResponse(problem=problem)
         if self.rule.max_length is None and len(ids) > self.max_tokens:
             return EncodedResponse(problem=too_many_tokens(len(ids), self.max_tokens), is_too_large=True)
         return EncodedResponse(input_ids=ids, token_type_ids=types, images=tokens.images, cut_tokens=tokens.cut_tokens)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hf_reward.data.score_request import ScoreRequest, read_request, request_from_messages
+from hf_reward.data.score_request import ScoreRequest, read_request, refuse_image_columns, request_from_messages
 from hf_reward.scoring.server_client import (
     ServerClientError,
     httpx2,
@@ -75,7 +75,11 @@ class RemoteReward:
 
         Returns:
             One reward for each completion.
+
+        Raises:
+            ValueError: If TRL passes a column of images.
         """
+        refuse_image_columns(columns)
         return self.score(prompts, completions)
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> list[float]:

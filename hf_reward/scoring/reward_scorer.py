@@ -13,6 +13,7 @@ from hf_reward.data.score_request import (
     REQUEST_COLUMNS,
     ScoreRequest,
     read_request,
+    refuse_image_columns,
     request_from_messages,
     request_from_text,
     requests_of_row,
@@ -202,9 +203,11 @@ class RewardScorer(RequestScorer):
 
         Raises:
             PreferenceFormatError: If a batch lacks the columns to score.
+            ValueError: If TRL passes a column of images.
         """
         if completions is None:
             return self._map_batch(prompts)
+        refuse_image_columns(columns)
         pairs = zip(prompts, completions, strict=True)
         requests = [read_request(*pair, response_only=True, local_files=True) for pair in pairs]
         # A policy may return an empty completion.

@@ -1,5 +1,6 @@
 """The server scores images of data URLs, and reads no file or URL that a client names."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,31 @@ def test_a_client_sends_its_images_as_data_urls(scorer: RewardScorer, tmp_path: 
         whole = [[*prompt, {"role": "assistant", "content": "A dog."}] for prompt in prompts]
         assert remote.score_conversations(whole) == pytest.approx(expected, abs=1e-5)
     assert expected[0] != pytest.approx(expected[2], abs=1e-3)
+
+
+def test_the_image_token_in_a_text_is_an_error_of_its_request_only(scorer: RewardScorer) -> None:
+    prompt = _prompt({"type": "image", "image": picture(0)})
+    expected = scorer.score([prompt], ["A dog."])[0]
+    with pytest.raises(ValueError, match="contains '<image>', which the model reserves for images"):
+        scorer.score([prompt, "Hi"], ["A dog.", "a <image> b"])
+
+    async def test(client: httpx2.AsyncClient) -> None:
+        good = {"prompt": _prompt(_openai(data_url(picture(0)))), "response": "A dog."}
+        bad = {"prompt": "Hi", "response": "a <image> b"}
+        replies = await asyncio.gather(*(client.post("/score", json=body) for body in [good, bad] * 10))
+        for reply in replies[::2]:
+            assert reply.json()["rewards"] == pytest.approx([expected], abs=1e-5)
+        for reply in replies[1::2]:
+            error_of(reply, 422, "unscorable")
+
+    asked(scorer, test)
+
+
+def test_images_in_a_column_are_not_ignored_by_reward_functions(scorer: RewardScorer) -> None:
+    for function in (scorer, RemoteReward("http://127.0.0.1:9")):
+        with pytest.raises(ValueError, match="got the column `images`"):
+            function(["<image>What?"], ["A dog."], images=[[picture(0)]])
+    assert scorer(["What?"], ["A dog."], images=[None])[0] is not None
 
 
 def test_judges_of_texts_do_not_get_rows_with_images(tmp_path: Path) -> None:

@@ -34,6 +34,16 @@ def _config(folder: Path, **options: Any) -> RewardConfig:
     return RewardConfig(output_dir=str(folder), **{**settings, "logging_steps": 1, "max_length": None, **options})
 
 
+def test_the_image_token_in_a_text_is_a_bad_row(tmp_path: Path, chat_tokenizer: Any) -> None:
+    model = save_vision_model(tmp_path / "base", chat_tokenizer, "qwen2_vl")
+    bad = {"prompt": "How do I write an image tag?", "chosen": "Use <image> in the text.", "rejected": "No."}
+    rows = [*_rows(3), bad]
+    with pytest.raises(ValueError, match=r"Row 3: The text contains '<image>', which the model reserves for images"):
+        RewardTrainer(str(model), _config(tmp_path / "out"), train_dataset=rows)
+    trainer = RewardTrainer(str(model), _config(tmp_path / "out", skip_bad_rows=True), train_dataset=rows)
+    assert len(trainer.train_dataset) == 3  # type: ignore[arg-type]
+
+
 def test_the_recipe_for_qwen_trains_a_tiny_model(tmp_path: Path, chat_tokenizer: Any) -> None:
     """Rows have the columns of RLAIF-V."""
     import train

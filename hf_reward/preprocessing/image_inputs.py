@@ -119,11 +119,15 @@ class ImageProcessing:
         Returns:
             A clause; the model would fail, or take an image token without image as an ordinary word.
         """
-        wanted = sum(image.tokens for image in images)
-        if all(list(ids).count(self.image_token_id) == wanted for ids in sequences):
-            return ""
-        token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        return f"the text contains {token!r}, which the model reserves for images; remove it from the text"
+        wanted = {self.image_token_id: sum(image.tokens for image in images)}
+        video = getattr(self.processor, "video_token_id", None)  # there is no image for it, so it must not occur
+        wanted |= {} if video is None or video == self.image_token_id else {int(video): 0}
+        for token, count in wanted.items():
+            if any(list(ids).count(token) != count for ids in sequences):
+                name = self.processor.tokenizer.convert_ids_to_tokens(token)
+                kind = "images" if token == self.image_token_id else "videos"
+                return f"the text contains {name!r}, which the model reserves for {kind}; remove it from the text"
+        return ""
 
     def inputs(self, source: ImageSource, *, several: bool = False) -> dict[str, Tensor]:
         """Return the tensors of one image for the model's `get_image_features`."""

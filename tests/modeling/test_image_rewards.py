@@ -36,7 +36,7 @@ ROWS = [
     _row([picture(0)], "What is shown?", "Nothing else than a red square.", "No."),
     _row([WIDE, picture(0)], "Which is larger?", "The first picture.", "The second."),
     _row([], "Say hello.", "Hello!", "Go away."),
-    _row([WIDE], "How many shapes are there?", "One.", "Five of them."),
+    _row([WIDE], "How many shapes are there?", "One.", "Five <|vision_start|> of <|vision_end|> them."),
 ]
 
 

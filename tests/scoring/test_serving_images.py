@@ -71,6 +71,8 @@ def test_the_image_token_in_a_text_is_an_error_of_its_request_only(scorer: Rewar
     expected = scorer.score([prompt], ["A dog."])[0]
     with pytest.raises(ValueError, match="contains '<image>', which the model reserves for images"):
         scorer.score([prompt, "Hi"], ["A dog.", "a <image> b"])
+    with pytest.raises(ValueError, match="contains '<video>', which the model reserves for videos"):
+        scorer.score([prompt], ["a <video> b"])
 
     async def test(client: httpx2.AsyncClient) -> None:
         good = {"prompt": _prompt(_openai(data_url(picture(0)))), "response": "A dog."}

@@ -35,7 +35,7 @@ COUNTS = ("one", "two", "three")
 SIZE = 64
 QUESTION = "Describe the picture ."
 _TOKENS = {"image_token": "<image>", "vision_start_token": "<vision>", "vision_end_token": "</vision>"}
-_TEMPLATE = (
+TEMPLATE = (
     "{% for message in messages %}<turn> {{ message['role'] }} "
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<vision><image></vision>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -166,7 +166,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<end>",
         extra_special_tokens={**_TOKENS, "turn_token": "<turn>"},
     )
-    tokenizer.chat_template = _TEMPLATE
+    tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 

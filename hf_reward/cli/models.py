@@ -306,7 +306,7 @@ def _print_checks(found: Any) -> None:
     console.print(table)
     for note in found.notes:
         console.print(f"  {note}", highlight=False)
-    console.print("Equal." if found.equal else "Not equal: the rewards differ from those recorded at saving.")
+    console.print("Equal." if found.equal else "Not equal: the checks marked DIFFERS failed.")
 
 
 def _print_report(report: Any, output: Output) -> None:

@@ -136,7 +136,7 @@ def require_no_images(responses: Sequence[Response]) -> None:
 
 def require_decodable_images(prompt: Prompt) -> None:
     """Decode the images of a prompt, to find damaged ones before a run."""
-    if isinstance(prompt, str) or not has_images(prompt):
+    if not has_images(prompt):
         return
     from hf_reward.data.image_messages import images_in  # noqa: PLC0415 - not for texts
 

@@ -62,12 +62,16 @@ def with_references(row: Mapping[str, Any], *, local_files: bool = True) -> dict
 
 def _column(row: Mapping[str, Any]) -> list[Any]:
     """Return the images of the column, or none if its values are of another kind (such as links)."""
-    for name in _COLUMNS:
-        value = row.get(name)
-        values = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        if any(map(_looks_like_an_image, values)):
-            return values
-    return []
+    found = {name: values for name in _COLUMNS if (values := _values_of(row, name))}
+    if len(found) > 1:
+        raise image_error("a row must have its images in one column, but has `images` and `image`")
+    return next(iter(found.values()), [])
+
+
+def _values_of(row: Mapping[str, Any], name: str) -> list[Any]:
+    value = row.get(name)
+    values = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    return values if any(map(_looks_like_an_image, values)) else []
 
 
 def _looks_like_an_image(value: Any) -> bool:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from hf_reward.data.interface import setting
 
@@ -237,7 +237,7 @@ def dense_ranks(keys: Sequence[float]) -> list[int]:
     return [order[key] for key in keys]
 
 
-def has_images(prompt: Prompt) -> bool:
+def has_images(prompt: Prompt) -> TypeGuard[list[Message]]:
     """Return whether a canonical prompt has images.
 
     Args:

@@ -25,8 +25,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 logger = logging.getLogger(__name__)
 
 _HEAD_IN_LANGUAGE_MODEL = ("qwen2_vl", "qwen2_5_vl", "internvl", "llava_onevision")
-"""Model types whose head vLLM (0.32) expects in the language model. transformers has no classifier for them, so no
-other program loads the folder."""
+"""Model types whose head vLLM (0.32) expects in the language model. transformers has no classifier for them, whose name
+for the head would have to be kept."""
 
 
 def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:

@@ -38,24 +38,18 @@ def load_images(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Any:
     return None
 
 
-def copied_processor(model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """Return the files of a vision-language model's processor, which belong into each copy of the model.
+def unloaded_processor(model: RewardModel) -> dict[str, bytes]:
+    """Return the files of an image processor that `load_images` could not load; a copy of the model keeps them.
 
     Args:
         model: The loaded model.
-        tokenizer: Its tokenizer.
 
     Returns:
         Contents by name; empty for a text model.
     """
     bare = unwrap_model(model)
-    if not has_vision(bare):
-        return {}
-    images = load_images(model, tokenizer)
-    if images is not None:
-        return images.files
     name, options = _place(bare)
-    return processor_files(name, **options) if name else {}
+    return processor_files(name, **options) if has_vision(bare) and name else {}
 
 
 def _place(bare: Any) -> tuple[str, dict[str, Any]]:

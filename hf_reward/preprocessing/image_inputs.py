@@ -176,8 +176,8 @@ def parts_and_images(messages: Sequence[Message]) -> tuple[list[Message], list[E
     expanded = [image for image in images if isinstance(image, ExpandedImage)]
     if len(expanded) < len(images):
         raise PreferenceFormatError(
-            "The row has an image, but the model has no image processor: it is a text model, or was made by "
-            "`model_init`. Pass a vision-language model by name or as a loaded model, or drop the row."
+            "The row has an image, but no image processor was loaded: the model is a text model, was made by "
+            "`model_init`, or lacks what an earlier warning names. Correct the model, or drop the row."
         )
     return [as_parts(message) for message in messages], expanded
 

@@ -120,6 +120,8 @@ def render_response(
             messages, text = _render_with_images(messages, tokenizer, row.template)
         else:
             text = render_chat(tokenizer, messages, **row.template)
+    except PreferenceFormatError:
+        raise
     except ValueError as error:  # templates refuse roles and orders of turns that the model was not trained on
         reason = str(error.__cause__)
         # A message that is part of the template is safe to show; any other message could quote the row.

@@ -197,7 +197,7 @@ def save_merged(
     if isinstance(model, PeftModel):
         saved.record = saved.described()
         with staged_folder(folder / ADAPTER_FOLDER) as staged:
-            save_adapter(saved, staged)
+            save_adapter(saved, staged, ADAPTER_FOLDER)
         if getattr(model.get_base_model(), "is_quantized", False):
             saved = _dequantized(saved, folder / ADAPTER_FOLDER, trust_remote_code=trusted)
         saved = as_plain(saved)
@@ -218,15 +218,15 @@ def _dequantized(saved: SavedModel, folder: Path, *, trust_remote_code: bool) ->
     return result
 
 
-def save_adapter(saved: SavedModel, folder: Path) -> None:
-    """Save an adapter with its head, tokenizer, record and card."""
+def save_adapter(saved: SavedModel, folder: Path, title: str | None = None) -> None:
+    """Save an adapter with its head, tokenizer, record and card; `title` is the folder's name if it is renamed."""
     saved.model.save_pretrained(str(folder))
     save_heads(saved.model, folder)
     saved.tokenizer.save_pretrained(folder)  # the base gets its pad token from it
     saved.write_processor(folder)
     add_transformers_4_fields(folder)
     saved.record.save(folder)
-    write_model_card(folder, saved.record)
+    write_model_card(folder, saved.record, title=title)
 
 
 def write_verified(

@@ -16,7 +16,7 @@ from hf_reward.modeling.checkpoint_record import CheckpointRecord, describe
 from hf_reward.modeling.custom_code import require_trust
 from hf_reward.modeling.encoder import tokenizer_to_save
 from hf_reward.modeling.head_ensemble import with_saved_heads
-from hf_reward.modeling.model_images import copied_processor, load_images
+from hf_reward.modeling.model_images import load_images, unloaded_processor
 from hf_reward.modeling.model_tokenizer import load_tokenizer, match_pad_token
 from hf_reward.modeling.position_limits import longest_sequence
 from hf_reward.modeling.probes import Probe, format_probes, probe_record, probe_rewards, relative_differences
@@ -71,10 +71,11 @@ class SavedModel:
 
     def write_processor(self, folder: Path) -> None:
         """Write the files of an image processor, if the model is a vision-language model."""
-        for name, content in copied_processor(self.model, self.tokenizer).items():
+        files = unloaded_processor(self.model) if self._images is None else self._images.files
+        for name, content in files.items():
             (folder / name).write_bytes(content)
 
-    @property
+    @cached_property
     def _images(self) -> Any:
         """The image part of the processor of a vision-language model; None without its files."""
         return load_images(self.model, self.tokenizer)

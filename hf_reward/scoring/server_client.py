@@ -242,7 +242,7 @@ def request_item(request: ScoreRequest) -> dict[str, Any]:
 
 def _without_files(prompt: Prompt) -> Prompt:
     """Return a prompt whose images are data URLs, because a server reads no files."""
-    if isinstance(prompt, str) or not has_images(prompt):
+    if not has_images(prompt):
         return prompt
     from hf_reward.data.image_messages import as_raw  # noqa: PLC0415 - not for texts
 

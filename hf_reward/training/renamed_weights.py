@@ -10,24 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import PreTrainedModel
 
 from hf_reward.modeling.architectures import classifier_class
 
 
-def has_other_names(model: Any, folder: Path) -> bool:
-    """Return whether a checkpoint's safetensors files have names that the model lacks.
-
-    Args:
-        model: A model without wrappers.
-        folder: The checkpoint.
-
-    Returns:
-        False for adapters and for checkpoints in other formats.
-    """
-    if not isinstance(model, PreTrainedModel):
-        return False
+def _has_other_names(model: PreTrainedModel, folder: Path) -> bool:
     saved: set[str] = set()
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -35,18 +23,22 @@ def has_other_names(model: Any, folder: Path) -> bool:
     return not saved <= set(model.state_dict())
 
 
-def load_renamed(model: nn.Module, folder: Path) -> None:
-    """Load a checkpoint into a model in place, with the conversion of `from_pretrained`.
+def load_if_renamed(model: Any, folder: Path) -> bool:
+    """Load a checkpoint in place with the conversion of `from_pretrained`, if its weights have other names.
 
     Args:
-        model: A model for which `has_other_names` holds.
+        model: A model without wrappers.
         folder: The checkpoint.
+
+    Returns:
+        Whether it was loaded; False for adapters, checkpoints in other formats and equal names.
 
     Raises:
         ValueError: If the checkpoint lacks a weight of the model.
     """
-    bare: Any = model
-    classifier: Any = classifier_class(bare.config)
+    if not isinstance(model, PreTrainedModel) or not _has_other_names(model, folder):
+        return False
+    classifier: Any = classifier_class(model.config)
     loaded, info = classifier.from_pretrained(
         folder, num_labels=1, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )  # in float32, because another type would round the head
@@ -57,3 +49,4 @@ def load_renamed(model: nn.Module, folder: Path) -> None:
             "versions of hf_reward and transformers with which the run was started, or start a new run."
         )
     model.load_state_dict(loaded.state_dict(), strict=False)
+    return True

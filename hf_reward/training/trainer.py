@@ -48,7 +48,7 @@ from hf_reward.training.head_rate import HeadRate, separate_head_group
 from hf_reward.training.health_callback import HealthMonitor
 from hf_reward.training.micro_batches import accumulate_micro_batches, equalize_micro_batches, offloaded_activations
 from hf_reward.training.prepared_data import PreferenceData
-from hf_reward.training.renamed_weights import has_other_names, load_renamed
+from hf_reward.training.renamed_weights import load_if_renamed
 from hf_reward.training.resume import CheckpointWriter, since_resume
 from hf_reward.training.run_fingerprint import run_fingerprint
 from hf_reward.training.run_record import json_safe, numbers_of, run_record, score_probes, write_card
@@ -475,12 +475,8 @@ class RewardTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_if_renamed(self, folder: Path) -> bool:
-        """Load a checkpoint if its weights have other names than those of the model; return whether they have."""
-        model, sharded = self.model, self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if sharded or model is None or not has_other_names(model, folder):
-            return False
-        load_renamed(model, folder)
-        return True
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these have formats of their own
+        return not sharded and load_if_renamed(self.model, folder)
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))

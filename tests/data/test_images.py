@@ -129,6 +129,12 @@ def test_a_column_of_every_form_survives_a_table(form: str, file: Path) -> None:
     assert second.prompt == PAIR["prompt"]
 
 
+def test_images_in_two_columns_are_refused() -> None:
+    with pytest.raises(PreferenceFormatError, match="images in one column, but has `images` and `image`"):
+        to_preference_row({**PAIR, "image": PNG, "images": [OTHER]})
+    assert to_preference_row({**PAIR, "image": PNG, "images": None}) is not None
+
+
 def test_bytes_of_other_columns_are_not_images() -> None:
     (row,) = load_source(Source(data=[{**PAIR, "prompt": PAIR["prompt"].encode(), "image": PNG}], name="data"))
     assert turns(to_preference_row(row)) == ["[A]What is shown?"]

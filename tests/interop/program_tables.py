@@ -1,6 +1,7 @@
 """Tables of the documentation that are generated from the results of the suite and the verdicts of the code."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def change_table(results: Sequence[ProgramResult]) -> list[str]:
 def note_lines(results: Sequence[ProgramResult]) -> list[str]:
     """Return how runs differ from the usual use, and the errors."""
     notes = dict.fromkeys((each.program, each.note) for each in results if each.status == RUN and each.note)
-    return [f"- {program}: {note.rstrip('.')}." for program, note in notes]
+    return [f"- {program}: {textwrap.shorten(note.rstrip('.'), 200, placeholder=' ...')}." for program, note in notes]
 
 
 DECODER, ENCODER = {"is_decoder": True}, {"is_decoder": False}

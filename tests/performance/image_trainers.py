@@ -23,32 +23,24 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[2] / "recipes"))
 
-from geometries import GEOMETRIES
 from image_quickstart import COLOURS, make_picture
+from image_quickstart import TEMPLATE as quickstart_template
+from images import SIZE, WORDS, save_random_model
 from machine import core_count, cpu_name
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForImageTextToText,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2VLImageProcessor,
-)
+from transformers import PreTrainedTokenizerFast
 
-SIZE = 840  # pixels: 60 x 60 patches of 14, so 900 image tokens
-WORDS = 100
-"""Tokens of a response."""
 SPECIAL = {
     "<|endoftext|>": 151_643, "<|im_start|>": 151_644, "<|im_end|>": 151_645, "<|vision_start|>": 151_652,
     "<|vision_end|>": 151_653, "<|vision_pad|>": 151_654, "<|image_pad|>": 151_655, "<|video_pad|>": 151_656,
 }  # fmt: skip
 """Token ids of Qwen2.5-VL, which ms-swift assumes."""
 TEMPLATE = (
-    "{% for message in messages %}<|im_start|> {{ message['role'] }} {% if message['content'] is string %}"
-    "{{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    " <|im_end|> {% endfor %}{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+    quickstart_template.replace("<vision><image></vision>", "<|vision_start|><|image_pad|><|vision_end|>")
+    .replace("<turn>", "<|im_start|>")
+    .replace("<end>", "<|im_end|> ")
 )
 
 
@@ -95,16 +87,8 @@ def make_model(folder: Path) -> None:
         extra_special_tokens={**named, "turn_token": "<|im_start|>"},
     )
     tokenizer.chat_template = TEMPLATE
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
-    text = {**GEOMETRIES["smollm2-8-layers"], "vocab_size": 151_936, "rope_parameters": rope}
-    text |= {"model_type": "qwen2_5_vl_text", "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    vision = {"depth": 6, "hidden_size": 384, "out_hidden_size": 576, "intermediate_size": 1152, "num_heads": 6}
-    ids: dict[str, Any] = {f"{name}_id": SPECIAL[token] for name, token in named.items()}
-    config: Any = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
-    Qwen2VLImageProcessor(size=size).save_pretrained(folder)
+    ids = {f"{name}_id": SPECIAL[token] for name, token in named.items()}
+    save_random_model(folder, tokenizer, 151_936, ids)
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
 
 

@@ -75,20 +75,25 @@ def make_model(folder: Path) -> tuple[Any, Any, Any]:
     tokenizer = make_tokenizer()
     names = ("image_token", "vision_start_token", "vision_end_token")
     ids: dict[str, Any] = {f"{name}_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, name)) for name in names}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
-    text = {**GEOMETRIES["smollm2-8-layers"], "vocab_size": len(tokenizer), "rope_parameters": rope}
-    text |= {"model_type": "qwen2_5_vl_text", "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    vision = {"depth": 6, "hidden_size": 384, "out_hidden_size": 576, "intermediate_size": 1152, "num_heads": 6}
-    config: Any = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
-    Qwen2VLImageProcessor(size=size).save_pretrained(folder)
+    save_random_model(folder, tokenizer, len(tokenizer), ids)
     model: Any = AutoModelForRewardScoring.from_pretrained(folder)
     torch.nn.init.normal_(model.score.weight, std=0.02)
     freeze_vision(model)
     tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(folder))
     return model.train(), tokenizer, load_image_processing(str(folder), model.config, tokenizer)
+
+
+def save_random_model(folder: Path, tokenizer: Any, vocabulary: int, image_ids: dict[str, int]) -> None:
+    """Save a generative model with random weights, its tokenizer and its image processor."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+    text = {**GEOMETRIES["smollm2-8-layers"], "vocab_size": vocabulary, "rope_parameters": rope}
+    text |= {"model_type": "qwen2_5_vl_text", "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    vision = {"depth": 6, "hidden_size": 384, "out_hidden_size": 576, "intermediate_size": 1152, "num_heads": 6}
+    config: Any = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **image_ids)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE}
+    Qwen2VLImageProcessor(size=size).save_pretrained(folder)
 
 
 def make_rows(count: int, responses: int, tokenizer: Any, images: Any) -> list[dict[str, Any]]:

@@ -137,6 +137,13 @@ def test_missing_numbers_leave_no_gaps(evaluation, tmp_path):
         assert "| 65.2% | - | 1 pair, 1 prompt |" in text
 
 
+def test_rows_that_leaked_from_the_training_data_are_stated(tmp_path):
+    assert "also occur in the training data" not in render(tmp_path / "m", full_record())
+    leaked = {**EVALUATION, "num_leaked_rows": 4, "accuracy_without_leaks": 0.6}
+    text = render(tmp_path / "m", full_record(evaluation=leaked))
+    assert "**4 rows of the evaluation also occur in the training data.** Without them, the accuracy is 60.0%." in text
+
+
 def test_a_user_defined_metric_is_not_a_source(tmp_path):
     assert "| balanced |" not in render(
         tmp_path / "m", full_record(evaluation={**EVALUATION, "balanced_accuracy": 0.5})

@@ -239,3 +239,4 @@ def test_the_card_shows_how_images_are_scored(architecture: str, tmp_path: Path,
     assert ("loading this model requires hf_reward" in card) == (not is_stock)
     row = next(line for line in card.splitlines() if line.startswith("| vLLM |"))
     assert ("cannot load" in row) == is_stock
+    assert ("vllm serve" in card) == (not is_stock)

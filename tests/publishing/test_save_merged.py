@@ -65,6 +65,7 @@ def test_the_saved_adapter_and_the_merged_model_give_the_same_rewards(make_model
     save_merged(model, tokenizer, tmp_path / "out", record=record, verify=False)
     adapter = tmp_path / "out" / ADAPTER_FOLDER
     assert close(rewards(load(adapter), AutoTokenizer.from_pretrained(adapter)), expected)
+    assert f"# {ADAPTER_FOLDER}\n" in (adapter / "README.md").read_text(encoding="utf-8")
     for place in (adapter, tmp_path / "out"):
         found = CheckpointRecord.load(place)
         assert (found.format, found.base_model, found.training) == (record.format, "base", {"steps": 3})

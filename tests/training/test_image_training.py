@@ -145,7 +145,7 @@ def row_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_text_model_refuses_images(tmp_path: Path, saved_llama: Path) -> None:
-    with pytest.raises(ValueError, match="Row 0: The row has an image, but the model has no image processor"):
+    with pytest.raises(ValueError, match="Row 0: The row has an image, but no image processor was loaded"):
         RewardTrainer(str(saved_llama), _config(tmp_path), train_dataset=_rows(2))
 
 

@@ -251,7 +251,7 @@ def _rows_of(pairs: Sequence[Pair], family: str, name: str, count: int, seed: in
 
 def _stored(prompt: Prompt) -> Prompt:
     """Return a prompt that JSON and tables can store."""
-    if isinstance(prompt, str) or not has_images(prompt):
+    if not has_images(prompt):
         return prompt
     from hf_reward.data.image_messages import as_raw  # not imported for rows without images
 

@@ -23,7 +23,7 @@ def summary_sentence(facts: CardFacts) -> str:
 def glance_lines(facts: CardFacts) -> list[tuple[str, str]]:
     """Return label and text of each line."""
     return [
-        ("Evaluation", f"{_reading(facts.values)} {evaluated_on(facts)} {UNKNOWN}"),
+        ("Evaluation", f"{_reading(facts.values)}{_leaks(facts.values)} {evaluated_on(facts)} {UNKNOWN}"),
         ("Biases", " ".join(bias_sentences(facts)[:2])),
         ("Origin", origin_sentences(facts)),
         (
@@ -32,6 +32,16 @@ def glance_lines(facts: CardFacts) -> list[tuple[str, str]]:
             "A single reward has no meaning.",
         ),
     ]
+
+
+def _leaks(values: dict[str, float]) -> str:
+    """Return a warning if rows of the evaluation also occur in the training data; see `metrics.leakage`."""
+    leaked = int(values.get("num_leaked_rows", 0))
+    if not leaked:
+        return ""
+    clean = values.get("accuracy_without_leaks")
+    without = "" if clean is None else f" Without them, the accuracy is {share(clean)}."
+    return f" **{leaked} rows of the evaluation also occur in the training data.**{without}"
 
 
 def _reading(values: dict[str, float]) -> str:

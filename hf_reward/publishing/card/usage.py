@@ -40,6 +40,7 @@ def snippet_choices(facts: CardFacts) -> dict[str, Any]:
             + (["tokenizer.eos_token"] if has_end else [])
         ),
         "adapter_code": inspect.getsource(load_adapter),
+        "vllm_loads": all(each.loads for each in facts.compatibility if each.program == "vLLM"),
         "takes_images": "images" in facts.record.probes,
         "image_processor": pictures["processor"] if pictures["conversations"] else None,
         "image_code": inspect.getsource(with_images),

@@ -87,7 +87,7 @@ def make_model(folder: Path) -> None:
         extra_special_tokens={**named, "turn_token": "<|im_start|>"},
     )
     tokenizer.chat_template = TEMPLATE
-    ids = {f"{name}_id": SPECIAL[token] for name, token in named.items()}
+    ids: dict[str, Any] = {f"{name}_id": SPECIAL[token] for name, token in named.items()}
     save_random_model(folder, tokenizer, 151_936, ids)
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
 

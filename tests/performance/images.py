@@ -83,7 +83,7 @@ def make_model(folder: Path) -> tuple[Any, Any, Any]:
     return model.train(), tokenizer, load_image_processing(str(folder), model.config, tokenizer)
 
 
-def save_random_model(folder: Path, tokenizer: Any, vocabulary: int, image_ids: dict[str, int]) -> None:
+def save_random_model(folder: Path, tokenizer: Any, vocabulary: int, image_ids: dict[str, Any]) -> None:
     """Save a generative model with random weights, its tokenizer and its image processor."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
     text = {**GEOMETRIES["smollm2-8-layers"], "vocab_size": vocabulary, "rope_parameters": rope}
